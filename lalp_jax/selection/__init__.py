@@ -1,0 +1,1 @@
+"""Picking: the best answers of each prompt, the best teacher, and the report on both."""

@@ -1,0 +1,1 @@
+"""The student: what it is (config), computes (model), where it lies (sharding), how it is stored (hf)."""
