@@ -136,7 +136,7 @@ def test_prefix_changes_nothing(family, small, cut, seed):
     # What lies beyond the length must not be looked at, however large it is.
     valid = (np.arange(40) < cut)[None, :, None, None]
     before = jax.tree.map(lambda x: np.where(valid, x, np.float32(1e4)), before)
-    (rest, _, rest_kv), _ = padded_run(student, [tokens[cut:]], 40, cut, Prefix(before, np.int32(cut)))
+    (rest, _, rest_kv), _ = padded_run(student, [tokens[cut:]], 40, cut, Prefix.of_one(before, np.int32(cut)))
     np.testing.assert_allclose(rest[: 40 - cut], whole[cut:], rtol=0, atol=2e-5)
     np.testing.assert_allclose(rest_kv.k[:, : 40 - cut], kv.k[:, cut:], rtol=0, atol=2e-5)
     np.testing.assert_allclose(rest_kv.v[:, : 40 - cut], kv.v[:, cut:], rtol=0, atol=2e-5)
@@ -150,7 +150,7 @@ def test_prefix_changes_nothing(family, small, cut, seed):
 def test_packed_segments_are_as_alone(family, small, lengths, shared, seed):
     """Several sequences in one row, with and without a common prefix, and padding wherever it may be."""
     student, start = small(family), 5 if shared else 0
-    prefix = Prefix(run_alone(student, tokens_of(5, 99))[2], np.int32(5)) if shared else None
+    prefix = Prefix.of_one(run_alone(student, tokens_of(5, 99))[2], np.int32(5)) if shared else None
     pieces = [tokens_of(length, seed + number) for number, length in enumerate(lengths)]
     (packed, _, _), places = padded_run(student, pieces, 90, start, prefix)
     for piece, own in zip(pieces, places, strict=True):
@@ -161,7 +161,7 @@ def test_packed_segments_are_as_alone(family, small, lengths, shared, seed):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_query_blocks_change_nothing(family, small, monkeypatch):
     student, tokens = small(family), tokens_of(50)
-    prefix = Prefix(run_alone(student, tokens[:10])[2], jnp.int32(10))
+    prefix = Prefix.of_one(run_alone(student, tokens[:10])[2], jnp.int32(10))
     whole = [run_alone(student, tokens)[0], run_alone(student, tokens[10:], 10, prefix)[0]]
     monkeypatch.setattr(model_module, "QUERY_BLOCK", 16)  # neither 50 nor 40 is a multiple
     run.clear_cache()
@@ -224,7 +224,7 @@ def test_windows_vmapped_over_a_shared_prefix(small):
     """The form in which the scorer calls: slots share a prefix that is never copied for each of them."""
     student = small("qwen3")
     slots, prompt, width = 5, 11, 8
-    prefix = Prefix(run_alone(student, tokens_of(prompt, 7))[2], jnp.int32(prompt))
+    prefix = Prefix.of_one(run_alone(student, tokens_of(prompt, 7))[2], jnp.int32(prompt))
     tokens = np.stack([tokens_of(width, seed) for seed in range(slots)])
     positions = np.tile(np.arange(prompt, prompt + width, dtype=np.int32), (slots, 1))
 
@@ -249,7 +249,7 @@ def test_windows_vmapped_over_a_shared_prefix(small):
 def test_padding_alone_is_finite(prefixed, small):
     """A row of padding only, after a prefix without a valid slot, gives no NaN, nor does its gradient."""
     student, zeros = small("mistral"), np.zeros(6, np.int32)
-    prefix = Prefix(jax.tree.map(jnp.zeros_like, run_alone(student, tokens_of(4))[2]), jnp.int32(0))
+    prefix = Prefix.of_one(jax.tree.map(jnp.zeros_like, run_alone(student, tokens_of(4))[2]), jnp.int32(0))
 
     def total(params):
         decoder = nnx.merge(student.graphdef, params)

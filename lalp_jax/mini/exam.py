@@ -69,7 +69,7 @@ def greedy(
 
     def step(carry: tuple[KV, jax.Array, jax.Array], _: None) -> tuple[tuple, jax.Array]:
         memory, token, place = carry
-        hidden, new = decoder(token[None], place[None], jnp.ones(1, jnp.int32), Prefix(memory, place))
+        hidden, new = decoder(token[None], place[None], jnp.ones(1, jnp.int32), Prefix.of_one(memory, place))
         memory = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, place, 1), memory, new)
         return (memory, likeliest(hidden[0]), place + 1), token
 

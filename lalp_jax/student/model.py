@@ -48,15 +48,23 @@ class KV:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What every token of a sequence may look back on, computed once.
+    """What the tokens of a sequence may look back on, computed once: one prompt, or several in a row.
 
     Attributes:
-      kv: slots j < length hold positions 0 … length-1; what the others hold is not looked at.
-      length: int32 scalar.
+      kv: keys and values of P slots.
+      positions: int32 [P], the place of each slot in its own prompt.
+      owners: int32 [P], id of the prompt a slot belongs to; 0 is padding and never looked at.
     """
 
     kv: KV
-    length: jax.Array
+    positions: jax.Array
+    owners: jax.Array
+
+    @classmethod
+    def of_one(cls, kv: KV, length: jax.Array) -> Prefix:
+        """One prompt (id 1) in slots 0 … length-1, at the positions of the same numbers."""
+        slots = jnp.arange(kv.k.shape[-3], dtype=jnp.int32)
+        return cls(kv, slots, (slots < length).astype(jnp.int32))
 
 
 def contract(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
@@ -113,6 +121,7 @@ class _Place:
     index: jax.Array
     position: jax.Array
     segment: jax.Array
+    owner: jax.Array
 
 
 def _mix(query: jax.Array, parts: list[tuple[KV, jax.Array]]) -> jax.Array:
@@ -152,8 +161,7 @@ def attend(
         mine = (place.segment == here.segment) & (here.segment != 0)
         parts = [(own, mine & (place.index <= here.index) & near(place.position))]
         if prefix is not None:
-            slots = jnp.arange(prefix.kv.k.shape[0], dtype=jnp.int32)
-            parts.append((prefix.kv, (slots < prefix.length) & near(slots)))
+            parts.append((prefix.kv, (prefix.owners == here.owner) & (prefix.owners != 0) & near(prefix.positions)))
         return _mix(query, parts)
 
     one = jax.checkpoint(attend_one, prevent_cse=False)
@@ -272,7 +280,12 @@ class Decoder(nnx.Module):
             self.output = make.normal("vocab", "embed")
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, prefix: Prefix | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array,
+        prefix: Prefix | None = None,
+        owners: jax.Array | None = None,
     ) -> tuple[jax.Array, KV]:
         """One sequence through the body.
 
@@ -281,14 +294,16 @@ class Decoder(nnx.Module):
           positions: int32 [S], the place of each token for rotary embedding and sliding window.
           segments: int32 [S]; 0 is padding. A token sees those of its own segment at or before its index, and
             the valid slots of the prefix.
-          prefix: keys and values of positions 0 … length-1 that every token may see.
+          prefix: keys and values that tokens may look back on.
+          owners: int32 [S], id of the prompt in the prefix that each token follows; None: all follow prompt 1.
 
         Returns:
           Hidden states [S, E] after the final norm (those of padding are finite and mean nothing), and the
-          keys and values of these tokens, [L, S, K, d]: ``Prefix(kv, length)`` makes a prefix of them.
+          keys and values of these tokens, [L, S, K, d]: `Prefix` makes a prefix of them.
         """
         index = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        place = _Place(index, positions, segments)
+        owners = jnp.ones_like(tokens) if owners is None else owners
+        place = _Place(index, positions, segments, owners)
         turned = rotation(self.config, positions)
         graph, layers = nnx.split(self.blocks)
 
