@@ -22,7 +22,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -78,7 +77,8 @@ class Side:
       scored: tokens that one run scores.
       seconds: of each warm run.
       values: nats per token, mean over each step, by (ordinary, step).
-      peak: largest resident set of this process so far, GiB.
+      cold: seconds of the first run of a program that is compiled; NaN where nothing is.
+      peak: largest resident set of this process after the first run, all that ran before included, GiB.
     """
 
     name: str
@@ -89,24 +89,25 @@ class Side:
     values: dict[tuple[bool, int], float] = dataclasses.field(default_factory=dict)
     peak: float = math.nan
 
-    def warm_up(self) -> None:
+    def compile(self) -> None:
         """The first run, compilation included."""
-        self.cold, self.values = _timed(self.run)
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.cold = self._timed()
 
     def measure(self) -> None:
         """One warm run."""
-        self.seconds.append(_timed(self.run)[0])
+        self.seconds.append(self._timed())
+
+    def _timed(self) -> float:
+        start = time.perf_counter()
+        self.values = self.run()
+        seconds = time.perf_counter() - start
+        if math.isnan(self.peak):
+            self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return seconds
 
     def rate(self, pick: Callable[[Sequence[float]], float]) -> float:
         """Scored tokens per second at the picked time."""
         return self.scored / pick(self.seconds)
-
-
-def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
 
 
 def arguments() -> argparse.Namespace:
@@ -118,9 +119,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2, help="warm runs of each side (default %(default)s)")
     parser.add_argument("--ordinary", action="store_true", help="also the ordinary pass over the whole answer")
     parser.add_argument("--seed", type=int, default=0, help="of weights, lengths and ids (default %(default)s)")
-    parser.add_argument(
-        "--tokens-per-batch", type=int, default=TOKENS_PER_BATCH, help="ours (default %(default)s)"
-    )
+    parser.add_argument("--tokens-per-batch", type=int, default=TOKENS_PER_BATCH, help="ours (default %(default)s)")
     parser.add_argument(
         "--torch-batch", type=int, default=8, help="windows that torch takes at once (default %(default)s)"
     )
@@ -142,9 +141,7 @@ def make_work(options: argparse.Namespace, attention: float) -> Work:
     candidate = Candidate("answer", Prompt("prompt", ()), "teacher", "")
     # Characters play no part in scoring.
     encoded = Encoded(candidate, ids[: options.prompt], ids[options.prompt :], ends, ends, ends)
-    windows = plan_windows(
-        encoded, Context(options.k), local=True, ordinary=options.ordinary, max_positions=32768
-    )
+    windows = plan_windows(encoded, Context(options.k), local=True, ordinary=options.ordinary, max_positions=32768)
     plan = plan_pool([encoded], [windows], tokens_per_batch=options.tokens_per_batch, attention=attention)
     total = len(windows.windows)
     chosen = np.unique(np.linspace(0, total - 1, min(options.torch_windows or total, total)).round().astype(int))
@@ -196,9 +193,7 @@ def our_side(work: Work, directory: str) -> Side:
         for keys, result in flight:
             sums.put(keys.candidate, keys.step, keys.ordinary, np.asarray(result)[keys.shard, keys.row])
         kinds, steps = np.nonzero(sums.known)
-        return {
-            (bool(o), int(s)): float(sums.values[o, s] / counts[s]) for o, s in zip(kinds, steps, strict=True)
-        }
+        return {(bool(o), int(s)): float(sums.values[o, s] / counts[s]) for o, s in zip(kinds, steps, strict=True)}
 
     return Side("ours, float32", run, work.plan.scored_tokens)
 
@@ -269,17 +264,19 @@ def predicted_ratios(work: Work, body: int, head: int, attention: float) -> tupl
 def report(work: Work, ours: Side, rivals: Sequence[Side], programs: int, ratios: tuple[float, float]) -> None:
     """Prints everything."""
     plan = work.plan
-    print(f"answer: {len(work.encoded.prompt_tokens)} prompt tokens, {len(work.encoded.tokens)} response tokens, ", end="")
+    print(f"answer: {len(work.encoded.prompt_tokens)} prompt tokens, ", end="")
+    print(f"{len(work.encoded.tokens)} response tokens, ", end="")
     print(f"{work.encoded.n_steps} steps, {len(work.windows.windows)} windows, {plan.scored_tokens} scored tokens")
     print(f"torch computes {len(work.subset)} of {len(work.windows.windows)} windows; rates are per scored token")
     print(f"useful tokens: {plan.useful_tokens / plan.computed_tokens:.1%} of {plan.computed_tokens} computed")
     print(f"compilations: {programs}, for shapes {[dataclasses.astuple(s) for s in plan.shapes]} (P, N, W, G)\n")
-    print("| side | first run, s | warm, s (min / median) | scored tokens/s (best / median) | peak RSS so far, GiB |")
+    print("| side | first run, s | warm, s (min / median) | scored/s (best / median) | peak resident so far, GiB |")
     print("|---|---|---|---|---|")
     for side in (ours, *rivals):
         low, middle = min(side.seconds), statistics.median(side.seconds)
         rates = f"{side.rate(min):.1f} / {side.rate(statistics.median):.1f}"
-        print(f"| {side.name} | {side.cold:.1f} | {low:.1f} / {middle:.1f} | {rates} | {side.peak:.2f} |")
+        cold = "-" if math.isnan(side.cold) else f"{side.cold:.1f}"
+        print(f"| {side.name} | {cold} | {low:.1f} / {middle:.1f} | {rates} | {side.peak:.2f} |")
     print(f"\npredicted: {ratios[0]:.2f} times fewer tokens through the body, {ratios[1]:.2f} times fewer FLOPs")
     for side in rivals:
         best, middle = (ours.rate(pick) / side.rate(pick) for pick in (min, statistics.median))
@@ -298,21 +295,20 @@ def main() -> None:
         from lalp_jax.scoring.local import score_batch
         from lalp_jax.student.config import body_flops_per_token, head_flops_per_token, read_config
 
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch", "transformers"))
-        print(f"{versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch", "transformers")]
+        print(f"{', '.join(versions)}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f} at the start")
         config = read_config(directory)
         body, head = body_flops_per_token(config), head_flops_per_token(config)
         attention = 4 * config.num_layers * config.num_heads * config.head_dim / body
         work = make_work(options, attention)
         ours = our_side(work, directory)
-        ours.warm_up()
+        ours.compile()
         rivals = [torch_side(work, directory, dtype, options.torch_batch) for dtype in ("float32", "bfloat16")]
-        for side in rivals:
-            side.warm_up()
         for _ in range(options.repeats):
             for side in (ours, *rivals):
                 side.measure()
         report(work, ours, rivals, score_batch._cache_size(), predicted_ratios(work, body, head, attention))
+        print(f"load {os.getloadavg()[0]:.2f} at the end")
 
 
 if __name__ == "__main__":

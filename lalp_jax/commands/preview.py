@@ -49,9 +49,10 @@ def plan_text(work: Work) -> str:
     plan = work.plan
     n_prompts = len({encoded.candidate.prompt.id for encoded in work.encoded})
     share = plan.useful_tokens / max(1, plan.computed_tokens)
+    n_windows = sum(len(windows.windows) for windows in work.windows)
     return "\n".join([
         "Plan",
-        f"  {len(work.encoded):,} answers to {n_prompts:,} prompts, {sum(len(w.windows) for w in work.windows):,} windows",
+        f"  {len(work.encoded):,} answers to {n_prompts:,} prompts, {n_windows:,} windows",
         f"  {plan.computed_tokens:,} tokens computed, {share:.1%} of them useful; {plan.scored_tokens:,} scored",
         f"  {len(plan.batches):,} batches, {len(plan.shapes)} compiled programs; {work.flops:.3g} FLOPs",
     ])  # fmt: skip

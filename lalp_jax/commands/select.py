@@ -46,8 +46,6 @@ def run(options: SelectOptions) -> None:
         print(preview.cost_text(work))
         return
     answers = score(work)
-    manifest.withdraw(work)
-    tables.write_scores(work, answers)
     rows = tables.scored_candidates(answers)
     # With --require-correct teachers are compared, as answers are, by their correct answers alone.
     eligible = [row for row in rows if row.candidate.correct is True or not options.require_correct]
@@ -55,6 +53,9 @@ def run(options: SelectOptions) -> None:
         raise InputError("no answer is correct", where="--require-correct", remedy="check the gold answers")
     ranked = tables.ranking(work, eligible)
     selected = select(eligible, ranked, work, options)
+    # Nothing can fail from here on: until now the results of an earlier run are as they were.
+    manifest.withdraw(work)
+    tables.write_scores(work, answers)
     write_atomically(work.out / "selected.jsonl", to_jsonl(selected, signal=options.signal))
     write_atomically(work.out / "teachers.json", ranked.to_json())
     write_atomically(work.out / "report.html", report(work, answers, rows, selected, ranked).encode())
@@ -137,7 +138,7 @@ def report(
     accounting = work.accounting(list(answers))
     return render_report(
         ReportData(
-            student=work.student_dir.name,
+            student="/".join(work.student_dir.parts[-2:]),
             date=datetime.date.today().isoformat(),
             signal=options.signal,
             rows=tuple(rows),

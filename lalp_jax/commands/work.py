@@ -9,7 +9,8 @@ from typing import Any
 from etils import epath
 
 from lalp_jax.commands.options import ScoreOptions
-from lalp_jax.data import pipeline, plan as planning, prompts
+from lalp_jax.data import pipeline, prompts
+from lalp_jax.data import plan as planning
 from lalp_jax.data.batches import StepSums
 from lalp_jax.data.plan import Plan
 from lalp_jax.data.pool import read_pool

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from lalp_jax.data.plan import Batch, Group
 from lalp_jax.data.records import Encoded
 from lalp_jax.data.windows import WindowPlan, step_start
+
+Array = Any  # of numpy on the host, of jax once it is on the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +25,16 @@ class BatchArrays:
       n_targets: most scored tokens of any shard.
     """
 
-    prompts: np.ndarray
-    prompt_positions: np.ndarray
-    prompt_owners: np.ndarray
-    tokens: np.ndarray
-    positions: np.ndarray
-    segments: np.ndarray
-    owners: np.ndarray
-    targets: np.ndarray
-    sums: np.ndarray
-    n_targets: np.ndarray
+    prompts: Array
+    prompt_positions: Array
+    prompt_owners: Array
+    tokens: Array
+    positions: Array
+    segments: Array
+    owners: Array
+    targets: Array
+    sums: Array
+    n_targets: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,8 @@ def sum_keys(batch: Batch, shards: int) -> SumKeys:
                     columns.append((shard, row, placed.candidate, step, placed.window.ordinary))
                     row += 1
     table = np.array(columns, np.int64).reshape(-1, 5)
-    return SumKeys(*(table[:, i] for i in range(4)), ordinary=table[:, 4].astype(bool))
+    shards_, rows, candidates, steps, ordinary = table.T
+    return SumKeys(shards_, rows, candidates, steps, ordinary.astype(bool))
 
 
 def n_sums(batch: Batch, shards: int) -> int:
@@ -78,24 +82,41 @@ def lay_out(batch: Batch, pool: Sequence[Encoded], shards: int) -> BatchArrays:
     shape = batch.shape
     row = (shards, shape.groups, shape.prompt)
     slots = (shards, shape.groups, shape.slots, shape.window)
-    prompts, windows = [np.zeros(row, np.int32) for _ in range(3)], [np.zeros(slots, np.int32) for _ in range(4)]
-    targets: list[list[np.ndarray]] = [[] for _ in range(shards)]
-    lengths: list[list[int]] = [[] for _ in range(shards)]
-    for shard in range(shards):
-        for number, group in enumerate(_of_shard(batch, shard)):
-            _lay_prompts(group, pool, [array[shard, number] for array in prompts])
-            base = number * shape.slots * shape.window
-            _lay_windows(group, pool, [a[shard, number] for a in windows], base, targets[shard], lengths[shard])
     size = shape.groups * shape.slots * shape.window
-    flat, rows = np.zeros((shards, size), np.int32), np.zeros((shards, size), np.int32)
-    most = 0
+    arrays = BatchArrays(
+        prompts=np.zeros(row, np.int32),
+        prompt_positions=np.zeros(row, np.int32),
+        prompt_owners=np.zeros(row, np.int32),
+        tokens=np.zeros(slots, np.int32),
+        positions=np.zeros(slots, np.int32),
+        segments=np.zeros(slots, np.int32),
+        owners=np.zeros(slots, np.int32),
+        targets=np.zeros((shards, size), np.int32),
+        # Beyond every row, until it is set: such a token is added to none.
+        sums=np.full((shards, size), np.iinfo(np.int32).max, np.int32),
+        n_targets=np.zeros((), np.int32),
+    )
     for shard in range(shards):
-        joined = np.concatenate([*targets[shard], np.zeros(0, np.int32)]).astype(np.int32)
-        flat[shard, : len(joined)] = joined
-        rows[shard, : len(joined)] = np.repeat(np.arange(len(lengths[shard])), lengths[shard])
-        rows[shard, len(joined) :] = np.iinfo(np.int32).max  # beyond every row: added to none
-        most = max(most, len(joined))
-    return BatchArrays(*prompts, *windows, flat, rows, np.int32(most))
+        scored = _Scored()
+        for number, group in enumerate(_of_shard(batch, shard)):
+            _lay_prompts(group, pool, arrays, (shard, number))
+            _lay_windows(group, pool, arrays, (shard, number), scored)
+        targets = scored.targets()
+        arrays.targets[shard, : len(targets)] = targets
+        arrays.sums[shard, : len(targets)] = np.repeat(np.arange(len(scored.lengths)), scored.lengths)
+        arrays.n_targets[()] = max(int(arrays.n_targets), len(targets))
+    return arrays
+
+
+@dataclasses.dataclass
+class _Scored:
+    """The scored tokens of a shard so far: runs of flat indices, and the tokens of each step."""
+
+    runs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    lengths: list[int] = dataclasses.field(default_factory=list)
+
+    def targets(self) -> np.ndarray:
+        return np.concatenate(self.runs) if self.runs else np.zeros(0, np.int32)
 
 
 def _of_shard(batch: Batch, shard: int) -> tuple[Group, ...]:
@@ -103,38 +124,33 @@ def _of_shard(batch: Batch, shard: int) -> tuple[Group, ...]:
     return batch.groups[shard * batch.shape.groups : (shard + 1) * batch.shape.groups]
 
 
-def _lay_prompts(group: Group, pool: Sequence[Encoded], arrays: list[np.ndarray]) -> None:
-    tokens, positions, owners = arrays
+def _lay_prompts(group: Group, pool: Sequence[Encoded], arrays: BatchArrays, place: tuple[int, int]) -> None:
     at = 0
     for owner, candidate in enumerate(group.prompts, start=1):
         prompt = pool[candidate].prompt_tokens[:-1]
-        run = slice(at, at + len(prompt))
-        tokens[run], positions[run], owners[run] = prompt, np.arange(len(prompt)), owner
+        run = (*place, slice(at, at + len(prompt)))
+        arrays.prompts[run], arrays.prompt_owners[run] = prompt, owner
+        arrays.prompt_positions[run] = np.arange(len(prompt))
         at += len(prompt)
 
 
 def _lay_windows(
-    group: Group,
-    pool: Sequence[Encoded],
-    arrays: list[np.ndarray],
-    base: int,
-    targets: list[np.ndarray],
-    lengths: list[int],
+    group: Group, pool: Sequence[Encoded], arrays: BatchArrays, place: tuple[int, int], scored: _Scored
 ) -> None:
-    tokens, positions, segments, owners = arrays
+    n_slots, width = arrays.tokens.shape[2:]
     for segment, placed in enumerate(group.windows, start=1):
         encoded, window = pool[placed.candidate], placed.window
         start, end = step_start(encoded.token_ends, window.first), int(encoded.token_ends[window.end - 1])
-        run = slice(placed.offset, placed.offset + 1 + end - start)
-        slot = placed.slot
-        tokens[slot, run] = np.concatenate([encoded.prompt_tokens[-1:], encoded.tokens[start:end]])
-        positions[slot, run] = len(encoded.prompt_tokens) - 1 + np.arange(1 + end - start)
-        segments[slot, run], owners[slot, run] = segment, placed.prompt + 1
+        run = (*place, placed.slot, slice(placed.offset, placed.offset + 1 + end - start))
+        arrays.tokens[run] = np.concatenate([encoded.prompt_tokens[-1:], encoded.tokens[start:end]])
+        arrays.positions[run] = len(encoded.prompt_tokens) - 1 + np.arange(1 + end - start)
+        arrays.segments[run], arrays.owners[run] = segment, placed.prompt + 1
         first_scored = step_start(encoded.token_ends, window.scored)
-        origin = base + slot * tokens.shape[1] + placed.offset + 1 - start
-        targets.append(np.arange(first_scored, end, dtype=np.int32) + np.int32(origin))
+        # Where token `start` of the answer stands: after the prompt's last token, which opens the window.
+        origin = (place[1] * n_slots + placed.slot) * width + placed.offset + 1
+        scored.runs.append(np.arange(first_scored, end, dtype=np.int32) + np.int32(origin - start))
         ends = encoded.token_ends[window.scored : window.end]
-        lengths.extend(np.diff(ends, prepend=first_scored).tolist())
+        scored.lengths.extend(np.diff(ends, prepend=first_scored).tolist())
 
 
 class StepSums:

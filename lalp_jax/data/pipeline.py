@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from lalp_jax.data.prompts import RenderedPrompt, render
 from lalp_jax.data.records import Candidate, Encoded
 from lalp_jax.data.steps import Segmenter
 from lalp_jax.data.tokens import Tokenizer
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 ANSWERS_AT_ONCE = 64  # answers that one call of the tokenizer takes
 BATCHES_AHEAD = 4
@@ -96,7 +93,7 @@ def _tokenised(
 
     lengths_of = segmenting.segment_ops(segmenter) if segmenter.pattern is not None else None
 
-    def prepare(wholes: "tf.Tensor", rests: "tf.Tensor") -> tuple["tf.Tensor", ...]:
+    def prepare(wholes: Any, rests: Any) -> tuple[Any, ...]:
         ids, starts, counts = tf.numpy_function(tokenise, [rests], [tf.int32, tf.int32, tf.int32])
         if lengths_of is None:
             return ids, starts, counts, tf.zeros([0], tf.int32), tf.zeros_like(wholes, tf.int32)

@@ -16,9 +16,9 @@ from lalp_jax.data.records import Encoded
 from lalp_jax.data.windows import Window, WindowPlan, window_tokens
 
 TOKENS_PER_BATCH = 8192  # per data shard: enough for the matrix units, small beside any memory
-SHARED_SLOT = 512  # windows up to this many tokens share slots; longer ones have one each
+SHORT_WINDOW = 512  # windows up to this many tokens are one class; longer ones are divided by length
 GRAIN = 32  # lengths of shapes are multiples of this
-MAX_LONG_CLASSES = 5  # of windows above SHARED_SLOT; with two classes of prompts this makes at most 12 programs
+MAX_SHAPES = 12  # programs to compile
 BLOCK = 1024  # prompts packed together: bounds the search, and how far a window can be from its neighbours
 SAMPLE = 256  # prompts that a shape is chosen on
 
@@ -124,7 +124,7 @@ def plan_pool(
     """
     jobs = _jobs(pool, windows)
     batches: list[Batch] = []
-    for members in _classes(jobs, tokens_per_batch, attention):
+    for members in _classes(jobs, tokens_per_batch * shards, attention):
         shape = _choose_shape(members, tokens_per_batch, attention)
         groups = _pack_blocks(members, shape)
         per_batch = shape.groups * shards
@@ -155,14 +155,20 @@ def _jobs(pool: Sequence[Encoded], windows: Sequence[WindowPlan]) -> list[_Job]:
     return list(jobs.values())
 
 
-def _classes(jobs: Sequence[_Job], budget: int, attention: float) -> Iterable[list[_Job]]:
-    """Cuts the work by window length and prompt length; each class gets a shape of its own."""
+def _classes(jobs: Sequence[_Job], batch_tokens: int, attention: float) -> Iterable[list[_Job]]:
+    """Cuts the work by window length and prompt length; each class gets a shape of its own.
+
+    Args:
+      batch_tokens: tokens of a batch on all shards, what a class costs at most for its part-empty last one.
+    """
     if not jobs:
         return
-    lengths = np.array([item.tokens for job in jobs for item in job.items])
-    edges = [SHARED_SLOT, *_long_edges(lengths[lengths > SHARED_SLOT], budget, attention)]
     # A few prompts far longer than the rest must not widen every row.
-    long_prompt = max(SHARED_SLOT, 4 * float(np.median([job.prefix for job in jobs])))
+    long_prompt = max(SHORT_WINDOW, 4 * float(np.median([job.prefix for job in jobs])))
+    kinds = len({job.prefix > long_prompt for job in jobs})
+    lengths = np.array([item.tokens for job in jobs for item in job.items])
+    long = lengths[lengths > SHORT_WINDOW]
+    edges = [SHORT_WINDOW, *_long_edges(long, MAX_SHAPES // kinds - 1, batch_tokens, attention)]
     for low, high in zip([0, *edges[:-1]], edges, strict=True):
         cut = [job._replace(items=[i for i in job.items if low < i.tokens <= high]) for job in jobs]
         for is_long in (False, True):
@@ -171,8 +177,8 @@ def _classes(jobs: Sequence[_Job], budget: int, attention: float) -> Iterable[li
                 yield members
 
 
-def _long_edges(lengths: np.ndarray, budget: int, attention: float) -> list[int]:
-    """Upper edges of at most MAX_LONG_CLASSES length classes that cost least: the exact optimum.
+def _long_edges(lengths: np.ndarray, most: int, batch_tokens: int, attention: float) -> list[int]:
+    """Upper edges of at most `most` length classes that cost least: the exact optimum.
 
     A window costs its padded length and the attention over it; a class costs a batch, for its last one is part empty.
     """
@@ -183,12 +189,12 @@ def _long_edges(lengths: np.ndarray, budget: int, attention: float) -> list[int]
     prices = edges * (1 + attention * edges)
     below = np.concatenate([[0], np.cumsum(counts)])
     # best[c, j]: least cost of the first j lengths in c classes; the last class reaches from `cut` up to j.
-    best = np.full((MAX_LONG_CLASSES + 1, len(edges) + 1), np.inf)
+    best = np.full((most + 1, len(edges) + 1), np.inf)
     cuts = np.zeros(best.shape, int)
     best[0, 0] = 0
-    for c in range(1, MAX_LONG_CLASSES + 1):
+    for c in range(1, most + 1):
         for j in range(1, len(edges) + 1):
-            options = best[c - 1, :j] + (below[j] - below[:j]) * prices[j - 1] + budget
+            options = best[c - 1, :j] + (below[j] - below[:j]) * prices[j - 1] + batch_tokens
             cuts[c, j] = int(options.argmin())
             best[c, j] = options[cuts[c, j]]
     c, j, chosen = int(best[:, -1].argmin()), len(edges), []
@@ -205,10 +211,9 @@ def _choose_shape(jobs: list[_Job], budget: int, attention: float) -> Shape:
     sample = [jobs[i] for i in np.unique(np.linspace(0, len(jobs) - 1, min(SAMPLE, len(jobs))).astype(int))]
     load = sum(item.tokens for job in sample for item in job.items)
     ratio = load / max(1, sum(job.prefix for job in sample))
-    widths = (1.0, 1.25, 1.5, 2.0) if widest <= SHARED_SLOT else (1.0,)
     best: tuple[float, Shape] | None = None
     for prompt in sorted({_round_up(widest_prompt * f, GRAIN) for f in (1.0, 1.25, 1.5, 2.0)}):
-        for window in sorted({_round_up(widest * f, GRAIN) for f in widths}):
+        for window in sorted({_round_up(widest * f, GRAIN) for f in (1.0, 1.25, 1.5, 2.0)}):
             most = max(1, (budget - prompt) // window)
             for slots in sorted({min(most, max(1, int(prompt * ratio / window) + d)) for d in (-1, 0, 1)}):
                 rows = prompt * (1 + attention * prompt)
@@ -245,15 +250,19 @@ class _OpenGroup:
 
     def try_place(self, items: list[_Item]) -> tuple[list[tuple[int, int]], list[Placed], list[_Item]]:
         """Best fit of windows into the slots: (room afterwards, places, windows that did not fit)."""
-        free, placed, left = list(self.free), [], []
-        for item in items:
-            at = bisect.bisect_left(free, (item.tokens, -1))
-            if at == len(free):
-                left.append(item)
+        free, placed, left, at = list(self.free), [], [], 0
+        while at < len(items):
+            widest = free[-1][0]
+            if items[at].tokens > widest:  # all as long as this do not fit either: skip them at once
+                fitting = bisect.bisect_left(items, -widest, lo=at, key=lambda item: -item.tokens)
+                left += items[at:fitting]
+                at = fitting
                 continue
-            room, slot = free.pop(at)
+            item = items[at]
+            room, slot = free.pop(bisect.bisect_left(free, (item.tokens, -1)))
             placed.append(Placed(item.candidate, item.window, len(self.prompts), slot, self.width - room))
             bisect.insort(free, (room - item.tokens, slot))
+            at += 1
         return free, placed, left
 
     def add(self, job: _Job) -> list[_Item]:

@@ -6,7 +6,6 @@ An ordinary pass is a window that holds the whole answer, so one program serves 
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from lalp_jax.data.batches import BatchArrays
@@ -25,18 +24,17 @@ def hidden_states(decoder: Decoder, batch: BatchArrays) -> jax.Array:
     neither computed nor stored once per window.
     """
 
+    def window(
+        prefix: Prefix, tokens: jax.Array, positions: jax.Array, segments: jax.Array, owners: jax.Array
+    ) -> jax.Array:
+        return decoder(tokens, positions, segments, prefix, owners)[0]
+
     def group(
         prompts: jax.Array, prompt_positions: jax.Array, prompt_owners: jax.Array, *slots: jax.Array
     ) -> jax.Array:
         _, kv = decoder(prompts, prompt_positions, prompt_owners)
         prefix = Prefix(kv, prompt_positions, prompt_owners)
-
-        def window(
-            tokens: jax.Array, positions: jax.Array, segments: jax.Array, owners: jax.Array, prefix: Prefix
-        ) -> jax.Array:
-            return decoder(tokens, positions, segments, prefix, owners)[0]
-
-        return jax.vmap(window, in_axes=(0, 0, 0, 0, None))(*slots, prefix)
+        return jax.vmap(functools.partial(window, prefix))(*slots)
 
     return jax.vmap(jax.vmap(group))(
         batch.prompts, batch.prompt_positions, batch.prompt_owners,

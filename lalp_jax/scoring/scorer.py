@@ -1,6 +1,7 @@
 """The loop: planned batches through the device, values to the store, some batches in flight."""
 
 import collections
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -35,7 +36,10 @@ def score_plan(
     rows = result_rows(plan, shards)
     flight: collections.deque[tuple[Batch, SumKeys, jax.Array]] = collections.deque()
     total = sum(batch.shape.tokens for batch in wanted) * shards
-    with tqdm(total=total, unit="tok", unit_scale=True, desc="scoring", disable=not wanted) as progress:
+    # A log file gets a line now and then, a terminal a live one.
+    pace = 0.5 if sys.stderr.isatty() else 20.0
+    bar = tqdm(total=total, unit="tok", unit_scale=True, desc="scoring", disable=not wanted, mininterval=pace)
+    with bar as progress:
 
         def land() -> None:
             batch, keys, result = flight.popleft()

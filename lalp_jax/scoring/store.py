@@ -53,6 +53,7 @@ class PartStore:
         """
         self.folder = out / "parts"
         marker = self.folder / "identity.json"
+        identity = json.loads(json.dumps(dict(identity)))  # as it will be read again: tuples are lists there
         self.pending: list[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]] = []
         self.flushed = time.monotonic()
         if marker.exists():
@@ -65,7 +66,7 @@ class PartStore:
             )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(marker, json.dumps(dict(identity), indent=2, sort_keys=True).encode() + b"\n")
+            write_atomically(marker, json.dumps(identity, indent=2, sort_keys=True).encode() + b"\n")
 
     def load(self, sums: StepSums, ids: Sequence[str]) -> None:
         """Puts all stored values of the candidates `ids` into `sums`; others stay on disk."""
