@@ -3,8 +3,8 @@
 Both sides score the same windows with the same weights, a random student of the shape of Qwen2.5-0.5B, in one
 run and in turns, so that whatever else the machine does falls on both:
 
-    python benchmarks/scoring.py                       the setting of RESULTS.md
-    python benchmarks/scoring.py --steps 24 --ordinary fewer steps; also the pass over the whole answer
+    python benchmarks/scoring.py                          96 steps after 160 tokens, k = 4: half an hour on two cores
+    python benchmarks/scoring.py --steps 24 --ordinary    fewer steps; also the pass over the whole answer
 
 The rival computes in batches of windows of like length, prompt and all, under `torch.inference_mode`, with fused
 attention, and its head on scored tokens only. A rate is scored tokens per second, preparation included.
@@ -19,9 +19,11 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ from lalp_jax.data.plan import TOKENS_PER_BATCH, Plan, plan_pool
 from lalp_jax.data.records import Candidate, Encoded, Prompt
 from lalp_jax.data.windows import Context, Window, WindowPlan, plan_windows, step_start, window_tokens
 
-QWEN2_5_0_5B = {
+QWEN2_5_0_5B: dict[str, Any] = {
     "model_type": "qwen2",
     "vocab_size": 151936,
     "hidden_size": 896,
@@ -101,6 +103,7 @@ class Side:
         start = time.perf_counter()
         self.values = self.run()
         seconds = time.perf_counter() - start
+        print(f"{self.name}: {seconds:.1f} s", file=sys.stderr)
         if math.isnan(self.peak):
             self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return seconds
@@ -307,7 +310,8 @@ def main() -> None:
         for _ in range(options.repeats):
             for side in (ours, *rivals):
                 side.measure()
-        report(work, ours, rivals, score_batch._cache_size(), predicted_ratios(work, body, head, attention))
+        programs = score_batch._cache_size()  # type: ignore[attr-defined]
+        report(work, ours, rivals, programs, predicted_ratios(work, body, head, attention))
         print(f"load {os.getloadavg()[0]:.2f} at the end")
 
 

@@ -41,7 +41,8 @@ class Desk:
 
     def start(self, *flags: object) -> tuple[int, str, str]:
         """Status, output and messages of `select` on the teachers' files."""
-        argv = ["--student", self.student, "--out", self.out, "--teachers", *(f"{t}={f}" for t, f in self.files.items())]
+        sources = [f"{teacher}={file}" for teacher, file in self.files.items()]
+        argv = ["--student", self.student, "--out", self.out, "--teachers", *sources]
         self.capsys.readouterr()
         try:
             status = cli.run_command("select", [str(item) for item in (*argv, *flags)])
@@ -202,7 +203,9 @@ def test_response_beyond_the_students_positions(desk):
     assert row["skip_reason"].endswith("tokens exceed the student's 64 positions")
     others = [r for key, r in table.items() if key != ("p0", "ann")]
     assert all(r["skip_reason"] is None and r["galp"] < 0 for r in others)
-    steps = [r for r in pq.read_table(desk.out / "steps.parquet").to_pylist() if r["candidate_id"] == row["candidate_id"]]
+    steps = pq.read_table(desk.out / "steps.parquet").to_pylist()
+    steps = [step for step in steps if step["candidate_id"] == row["candidate_id"]]
+    assert len(steps) == row["n_steps"]
     assert all(step["ordinary_logprob_sum"] is None and step["logprob_sum"] < 0 for step in steps)
     ranked = {s["signal"]: s for s in json.loads((desk.out / "teachers.json").read_text())["signals"]}
     assert (ranked["galp"]["n_prompts"], ranked["lalp"]["n_prompts"]) == (1, 2)

@@ -21,18 +21,14 @@ PADDED = np.iinfo(np.int32).max
 
 
 def plans_of(pool, context=Context(), local=True, ordinary=True):  # noqa: B008 - frozen
-    return [
-        plan_windows(e, context, local=local, ordinary=ordinary, max_positions=UNLIMITED) for e in pool
-    ]
+    return [plan_windows(e, context, local=local, ordinary=ordinary, max_positions=UNLIMITED) for e in pool]
 
 
 STEPS = st.one_of(
     st.lists(st.integers(1, 40), min_size=1, max_size=12),
     st.lists(st.integers(1, 900), min_size=1, max_size=4),
 )
-PROMPTS = st.tuples(
-    st.one_of(st.integers(1, 60), st.integers(500, 900)), st.lists(STEPS, min_size=1, max_size=3)
-)
+PROMPTS = st.tuples(st.one_of(st.integers(1, 60), st.integers(500, 900)), st.lists(STEPS, min_size=1, max_size=3))
 
 
 @st.composite

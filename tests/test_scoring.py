@@ -70,9 +70,7 @@ def student(students):
 
 
 def plans_of(pool, context=Context(), local=True, ordinary=True):  # noqa: B008 - frozen
-    return [
-        plan_windows(e, context, local=local, ordinary=ordinary, max_positions=UNLIMITED) for e in pool
-    ]
+    return [plan_windows(e, context, local=local, ordinary=ordinary, max_positions=UNLIMITED) for e in pool]
 
 
 def computed(student, pool, plans, tokens_per_batch=1024, shards=1):
@@ -80,9 +78,7 @@ def computed(student, pool, plans, tokens_per_batch=1024, shards=1):
     plan = plan_pool(pool, plans, shards=shards, tokens_per_batch=tokens_per_batch)
     rows, sums = result_rows(plan, shards), StepSums(pool, plans)
     for batch, arrays in pipeline.batches(plan.batches, pool, shards):
-        result = score_batch(
-            student.params, arrays, graphdef=student.graphdef, n_sums=rows[batch.shape]
-        )
+        result = score_batch(student.params, arrays, graphdef=student.graphdef, n_sums=rows[batch.shape])
         keys = sum_keys(batch, shards)
         sums.put(keys.candidate, keys.step, keys.ordinary, np.asarray(result)[keys.shard, keys.row])
     return sums
@@ -183,10 +179,7 @@ def test_one_step_has_one_score(student):
 
 
 def by_id(pool, sums):
-    return {
-        e.candidate.id: np.stack([means(e, sums.local(i)), means(e, sums.ordinary(i))])
-        for i, e in enumerate(pool)
-    }
+    return {e.candidate.id: np.stack([means(e, sums.local(i)), means(e, sums.ordinary(i))]) for i, e in enumerate(pool)}
 
 
 def check_same(left, right):
@@ -246,9 +239,7 @@ def test_a_shape_is_one_program(students, tmp_path_factory, tmp_path):
     directory = tmp_path_factory.mktemp("shallow")
     make_student(directory, "qwen2", num_hidden_layers=1)
     student = load_student(directory, dtype="float32")
-    pool = [
-        encoded_of([7, 3, 12, 5] * (2 + i), 3 + i, f"p{i}", f"p{i}c{j}") for i in range(9) for j in range(2)
-    ]
+    pool = [encoded_of([7, 3, 12, 5] * (2 + i), 3 + i, f"p{i}", f"p{i}c{j}") for i in range(9) for j in range(2)]
     pool.append(encoded_of([200] * 5, 6, "p3", "wide"))
     plans = plans_of(pool)
     plan = plan_pool(pool, plans, tokens_per_batch=512)

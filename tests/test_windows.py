@@ -117,9 +117,7 @@ def test_local_windows_are_planned_where_only_the_ordinary_pass_is_too_long():
     assert len(plan.windows) == 18
     short = plan_windows(encoded, Context(k=2), local=True, ordinary=True, max_positions=34)
     assert short.windows == ()
-    assert short.missing["local"] == (
-        "step 3 with its context takes 35 tokens; the student has 34 positions"
-    )
+    assert short.missing["local"] == ("step 3 with its context takes 35 tokens; the student has 34 positions")
 
 
 @given(LENGTHS, st.data())

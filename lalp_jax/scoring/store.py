@@ -76,9 +76,7 @@ class PartStore:
             codes = table["candidate_id"].combine_chunks()
             local = np.array([index.get(str(name), -1) for name in codes.dictionary.to_pylist()])
             candidate = local[codes.indices.to_numpy()]
-            step, ordinary, value = (
-                table[name].to_numpy() for name in ("step", "ordinary", "logprob_sum")
-            )
+            step, ordinary, value = (table[name].to_numpy() for name in ("step", "ordinary", "logprob_sum"))
             ours = candidate >= 0
             sums.put(candidate[ours], step[ours], ordinary[ours], value[ours])
 
