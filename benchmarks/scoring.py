@@ -3,7 +3,7 @@
 Both sides score the same windows with the same weights, a random student of the shape of Qwen2.5-0.5B, in one
 run and in turns, so that whatever else the machine does falls on both:
 
-    python benchmarks/scoring.py                          96 steps after 160 tokens, k = 4: half an hour on two cores
+    python benchmarks/scoring.py                          96 steps after 160 tokens, k = 4
     python benchmarks/scoring.py --steps 24 --ordinary    fewer steps; also the pass over the whole answer
 
 The rival computes in batches of windows of like length, prompt and all, under `torch.inference_mode`, with fused

@@ -94,6 +94,7 @@ class Loop:
         return sum(local) / len(local), galp, local
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_and_selection_are_those_of_a_plain_loop(family, tmp_path, torch):
     import transformers

@@ -300,6 +300,7 @@ def test_given_steps(tmp_path):
     assert ["".join(steps)[a:b] for a, b in spans] == steps
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_the_same_scores(tmp_path, torch):
     import jax
 

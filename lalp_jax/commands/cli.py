@@ -35,6 +35,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     """
     # Before TensorFlow or transformers are imported: their notices are not the user's.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     command: Callable[[Sequence[str] | None], None] = importlib.import_module(f"lalp_jax.commands.{name}").main
     try:
