@@ -7,6 +7,7 @@ of token counts: every process derives the same one, and a run that was stopped 
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ SHORT_WINDOW = 512  # windows up to this many tokens are one class; longer ones 
 GRAIN = 32  # lengths of shapes are multiples of this
 MAX_SHAPES = 12  # programs to compile
 BLOCK = 1024  # prompts packed together: bounds the search, and how far a window can be from its neighbours
+FILL = 0.95  # of a slot that windows usually take
 SAMPLE = 256  # prompts that a shape is chosen on
 
 
@@ -127,7 +129,10 @@ def plan_pool(
     for members in _classes(jobs, tokens_per_batch * shards, attention):
         shape = _choose_shape(members, tokens_per_batch, attention)
         groups = _pack_blocks(members, shape)
-        per_batch = shape.groups * shards
+        # As many batches as the budget needs, all equally full.
+        n_batches = math.ceil(len(groups) / (shape.groups * shards))
+        per_batch = math.ceil(len(groups) / (n_batches * shards)) * shards
+        shape = dataclasses.replace(shape, groups=per_batch // shards)
         for start in range(0, len(groups), per_batch):
             batches.append(Batch(len(batches), shape, tuple(groups[start : start + per_batch])))
     scored = sum(_scored_tokens(e, w) for e, plan in zip(pool, windows, strict=True) for w in plan.windows)
@@ -213,9 +218,12 @@ def _choose_shape(jobs: list[_Job], budget: int, attention: float) -> Shape:
     ratio = load / max(1, sum(job.prefix for job in sample))
     best: tuple[float, Shape] | None = None
     for prompt in sorted({_round_up(widest_prompt * f, GRAIN) for f in (1.0, 1.25, 1.5, 2.0)}):
-        for window in sorted({_round_up(widest * f, GRAIN) for f in (1.0, 1.25, 1.5, 2.0)}):
+        for window in sorted({_round_up(widest * f, GRAIN) for f in (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)}):
             most = max(1, (budget - prompt) // window)
-            for slots in sorted({min(most, max(1, int(prompt * ratio / window) + d)) for d in (-1, 0, 1)}):
+            # As prompts and windows come along with each other, or so that all work fills one, two or three groups.
+            wanted = [int(prompt * ratio / window) + d for d in (-1, 0, 1)]
+            wanted += [math.ceil(load / (n * FILL * window)) for n in (1, 2, 3)]
+            for slots in sorted({min(most, max(1, n)) for n in wanted}):
                 rows = prompt * (1 + attention * prompt)
                 cost = rows + slots * window * (1 + attention * (prompt + window))
                 shape = Shape(prompt, slots, window, max(1, budget // (prompt + slots * window)))
