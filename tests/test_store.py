@@ -193,7 +193,7 @@ def run(student, pool, out, stop_after=None):
     """Scores what is not stored yet; the sums, and the number of batches computed."""
     plans, mesh = plans_of(pool), one_device_mesh()
     plan = plan_pool(pool, plans, tokens_per_batch=128)
-    assert len(plan.batches) > 8
+    assert len(plan.batches) >= 8
     store, sums, calls = PartStore(out, IDENTITY), StepSums(pool, plans), []
     store.load(sums, ids_of(pool))
     add = store.add

@@ -73,6 +73,8 @@ class SelectOptions(ScoreOptions):
         super().__post_init__()
         if self.keep < 1:
             raise InputError(f"keep is {self.keep}", where="--keep", remedy="keep at least 1 answer per prompt")
+        if self.grade_workers < 1 or self.grade_seconds <= 0:
+            raise InputError("grading needs a process and some time", where="--grade-workers, --grade-seconds")
 
 
 Options = TypeVar("Options")
